@@ -81,6 +81,7 @@ def tuned_process(allocator: str = "system") -> Iterator[None]:
     if is_jemalloc:
         pa.jemalloc_set_decay_ms(_KEPT_MS)
     # A full garbage collection of the objects that are loaded by now takes 0.1 s.
+    is_frozen = gc.get_freeze_count() > 0
     gc.freeze()
     threshold = gc.get_threshold()
     gc.set_threshold(*_COLLECT_AFTER)
@@ -88,7 +89,9 @@ def tuned_process(allocator: str = "system") -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*threshold)
-        gc.unfreeze()
+        # The collector has no way to give back only some of the objects.
+        if not is_frozen:
+            gc.unfreeze()
         if is_jemalloc:
             pa.jemalloc_set_decay_ms(_ARROWS_KEPT_MS)
         pa.set_memory_pool(pool)

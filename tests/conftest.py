@@ -5,14 +5,17 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import ssl
 import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import botocore.session
+import certifi
 import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
@@ -84,8 +87,6 @@ TOGETHER = tuple(
 SERVERS = frozenset({"s3", "prefect_server", "server", "composed", "browser"})
 SLOW_FOLDERS = frozenset({"acceptance", "packaging"})
 
-CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
-
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects tests by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -115,6 +116,14 @@ def pytest_collection_finish() -> None:
 def pytest_sessionfinish() -> None:
     """Let it collect them at the end: DuckDB reports objects that are never collected."""
     gc.unfreeze()
+
+
+@pytest.fixture
+def unfrozen() -> Iterator[None]:
+    """Let the collector have these objects, for tests that look at what it has."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
 
 
 class ModuleScheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
@@ -149,9 +158,20 @@ def _no_second_process(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
 @pytest.fixture(scope="session", autouse=True)
 def _read_files_of_clients_once() -> Iterator[None]:
-    """Share what each client of S3 reads: the description of the API (60 ms)."""
+    """Share what each client of S3 reads, the description of the API (60 ms), and each of HTTP: the
+    certificates of all authorities (20 ms)."""
+    create_context = ssl.create_default_context
+    # The second one is that of the machine; tests have others.
+    usual = {certifi.where(), os.environ.get("SSL_CERT_FILE")}
+    shared = cache(create_context)
+
+    def create_default_context(*args: Any, **options: Any) -> ssl.SSLContext:
+        is_usual = not args and [*options] == ["cafile"] and options["cafile"] in usual
+        return (shared if is_usual else create_context)(*args, **options)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(botocore.session, "create_loader", cache(botocore.session.create_loader))
+        patch.setattr(ssl, "create_default_context", create_default_context)
         yield
 
 

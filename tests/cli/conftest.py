@@ -112,6 +112,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSe
             prepare_client(server.api_url, server.directory)
             # Its settings are fixed by the first import, in whichever test that is.
             import prefect  # noqa: F401
+        _collect_leaks()
         yield server
         end_threads()
         _collect_leaks()
@@ -123,6 +124,8 @@ def _collect_leaks() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+    # The next time, only what is new is looked at, which takes 10 ms instead of 200.
+    gc.freeze()
 
 
 @pytest.fixture

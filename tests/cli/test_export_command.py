@@ -422,7 +422,7 @@ def test_a_retried_failure_is_logged_without_an_empty_traceback(
 
 
 def test_the_command_tunes_its_process_and_no_longer_than_it_runs(
-    run: Run, phones: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, phones: Path, monkeypatch: pytest.MonkeyPatch, unfrozen: None
 ) -> None:
     from imbrace_flows.pipeline import read_conversations
 
@@ -435,8 +435,6 @@ def test_the_command_tunes_its_process_and_no_longer_than_it_runs(
     monkeypatch.setattr("imbrace_flows.export.read_conversations", read)
     monkeypatch.delenv(MEMORY_POOL_VARIABLE, raising=False)
     before = pa.default_memory_pool().backend_name
-    # What tests/conftest.py has frozen.
-    gc.unfreeze()
 
     run("export", "--phones", str(phones))
 

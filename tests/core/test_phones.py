@@ -218,15 +218,15 @@ def test_digits_after_a_plus_sign_are_read_as_by_the_library(code: str, national
 
 
 @pytest.mark.parametrize("zeros", range(5, 14))
-@pytest.mark.parametrize("code", CODES)
-def test_zeros_after_a_country_code_stay_or_make_the_number_invalid(code: str, zeros: int) -> None:
+def test_zeros_after_a_country_code_stay_or_make_the_number_invalid(zeros: int) -> None:
     # Numbers of Taiwan have seven to nine digits: the library reads nine zeros as eight, and these as seven.
-    for rest in ("", "1"):
-        number = f"+{code}{'0' * zeros}{rest}"
-        phone = parsed(number)
+    numbers = [f"+{code}{'0' * zeros}{rest}" for code in CODES for rest in ("", "1")]
 
-        # Old numbers of Norfolk Island get another first digit.
-        assert phone in (number, None) or is_in_use(phone)
+    read = {number: parsed(number) for number in numbers}
+
+    changed = {number: phone for number, phone in read.items() if phone not in (number, None)}
+    # Old numbers of Norfolk Island get another first digit.
+    assert {number: phone for number, phone in changed.items() if not is_in_use(phone)} == {}
 
 
 @pytest.mark.parametrize(
@@ -289,18 +289,16 @@ def test_any_text_is_either_a_phone_number_or_rejected(text: str) -> None:
     assert phone is None or re.fullmatch(r"\+[1-9]\d{5,18}", phone)
 
 
-@pytest.mark.parametrize("region", REGIONS)
 @pytest.mark.parametrize("form", ["{}", "+{}", "({}", "+{} "])
-def test_a_national_number_that_begins_with_0_is_not_completed_by_a_guess(region: str, form: str) -> None:
+def test_a_national_number_that_begins_with_0_is_not_completed_by_a_guess(form: str) -> None:
     kinds = phonenumbers.PhoneNumberType.MOBILE, phonenumbers.PhoneNumberType.FIXED_LINE
-    for kind in kinds:
-        number = phonenumbers.example_number_for_type(region, kind)
-        if number is None:
-            continue
-        written = f"0{number.national_number}"
-        for text in (form.format(written), form.format(f"{written[:4]} {written[4:]}")):
-            with pytest.raises(InvalidPhoneNumber):
-                parse_phone(text)
+    examples = [phonenumbers.example_number_for_type(region, kind) for region in REGIONS for kind in kinds]
+    written = [f"0{number.national_number}" for number in examples if number is not None]
+    texts = [form.format(text) for one in written for text in (one, f"{one[:4]} {one[4:]}")]
+
+    read = {text: parsed(text) for text in texts}
+
+    assert {text: phone for text, phone in read.items() if phone is not None} == {}
 
 
 def test_the_gateway_gets_digits_without_the_plus_sign() -> None:

@@ -111,11 +111,9 @@ logging.getLogger("botocore.endpoint").debug("of the caller")
 
 
 def test_a_run_of_the_library_does_not_change_garbage_collector_and_memory_pool(
-    start: StartBox, tmp_path: Path
+    start: StartBox, tmp_path: Path, unfrozen: None
 ) -> None:
     box = start(conversations=1)
-    # What tests/conftest.py has frozen.
-    gc.unfreeze()
 
     def tuning() -> tuple[int, str]:
         return gc.get_freeze_count(), pa.default_memory_pool().backend_name
@@ -131,10 +129,9 @@ def test_a_run_of_the_library_does_not_change_garbage_collector_and_memory_pool(
 
 @pytest.mark.parametrize(("wish", "expected"), [(None, "system"), ("mimalloc", None)])
 def test_a_tuned_process_takes_its_memory_from_the_system_unless_a_pool_is_set(
-    monkeypatch: pytest.MonkeyPatch, wish: str | None, expected: str | None
+    monkeypatch: pytest.MonkeyPatch, unfrozen: None, wish: str | None, expected: str | None
 ) -> None:
     before = pa.default_memory_pool().backend_name
-    gc.unfreeze()
     if wish is None:
         monkeypatch.delenv(MEMORY_POOL_VARIABLE, raising=False)
     else:
@@ -146,6 +143,15 @@ def test_a_tuned_process_takes_its_memory_from_the_system_unless_a_pool_is_set(
 
     assert pa.default_memory_pool().backend_name == before
     assert gc.get_freeze_count() == 0
+
+
+def test_a_tuned_process_leaves_frozen_what_was_frozen_before(unfrozen: None) -> None:
+    gc.freeze()
+
+    with tuned_process():
+        pass
+
+    assert gc.get_freeze_count() > 0
 
 
 def test_a_tuned_process_collects_garbage_as_often_as_usual_also_after_a_start_that_did_not() -> None:

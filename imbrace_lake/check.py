@@ -357,7 +357,7 @@ async def _probe_store(store: Store, options: StoreOptions) -> tuple[list[Findin
     if probe.is_conditional:
         conditions = Finding("conditions", "ok", "of two writers one wins, so runs may overlap")
     else:
-        conditions = Finding("conditions", "note", probe.note or "the store ignores conditional writes")
+        conditions = Finding("conditions", "note", probe.note or "the store has no conditional writes")
     found = [Finding("lake", "ok", f"put, get, list and delete work, and {store.url} {state}"), conditions]
     return found, exists
 

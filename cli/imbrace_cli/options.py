@@ -55,7 +55,10 @@ Organization = Annotated[
 ]
 Lake = Annotated[
     str | None,
-    typer.Option(metavar="URL", help="A folder or s3://bucket/prefix.  [IMBRACE_LAKE]"),
+    typer.Option(
+        metavar="URL",
+        help="A folder, s3://bucket/prefix, or the URL of an installed fsspec driver.  [IMBRACE_LAKE]",
+    ),
 ]
 Gateway = Annotated[
     str | None,

@@ -81,7 +81,7 @@ DESCRIPTIONS: Mapping[str, Mapping[str, str]] = {
             "the last 20 hours, counted from 1970 in UTC, in which messages were created; null if an earlier"
             " version made the last full walk"
         ),
-        "active_hour_count": "the number of all such hours",
+        "active_hour_count": "the number of all hours in which messages were created",
         "proven_from": "the start of the span of time for which the lake has everything",
         "proven_until": "the end of this span",
         "proof_method": (

@@ -81,7 +81,7 @@ async def needs_shards(run: RunContext, settings: Settings, conversations: int) 
         return can_start and await _find_deployment() is not None
     if not run.lake.store.is_conditional:
         raise InputError(
-            f"the store of {run.lake.url} ignores conditional writes and supports one run at a time: leave"
+            f"the store of {run.lake.url} has no conditional writes and supports one run at a time: leave"
             " `shard_size` out"
         )
     return True

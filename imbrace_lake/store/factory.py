@@ -30,9 +30,11 @@ def open_store(url: str, options: StoreOptions | None = None) -> Store:
     if url != url.strip():
         raise SettingsError("the lake's URL begins or ends with a space or a line break: leave it out")
     if "://" not in url:
-        if found := re.match(r"(s3a?|gs|abfss?|https?)(:|//)|arn:", url.strip(), re.IGNORECASE):
+        if found := re.match(r"(s3a?|gc?s|az|adl|abfss?|https?)(:|//)|arn:", url.strip(), re.IGNORECASE):
+            scheme = "s3" if found[1] is None or found[1].lower().startswith("http") else found[1].lower()
             raise SettingsError(
-                f"the lake's address begins with {found[0]}, which is not a folder: write s3://bucket/prefix"
+                f"the lake's address begins with {found[0]}, which is not a folder: write"
+                f" {scheme}://bucket/prefix"
             )
         return LocalStore(Path(os.path.abspath(Path(url).expanduser())))  # noqa: PTH100
     if "::" in url:

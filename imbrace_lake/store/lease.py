@@ -1,4 +1,4 @@
-"""An exclusive lease: one run at a time, for stores that ignore conditional writes.
+"""An exclusive lease: one run at a time, for stores without conditional writes.
 
 With conditional writes exactly one of two writers wins, and runs need no lock. Without them, a run writes
 a lease into the store and renews it until its end; another run that finds the lease does not begin. Two
@@ -81,7 +81,7 @@ async def _raise_if_held(store: Store, run_id: str, now: datetime) -> None:
     if holder not in (None, run_id):
         raise LeaseHeld(
             f"run {holder} is writing to {store.url}, which supports one run at a time because its store"
-            f" ignores conditional writes: wait for its end, or {LEASE_SECONDS:.0f} s if it is dead"
+            f" has no conditional writes: wait for its end, or {LEASE_SECONDS:.0f} s if it is dead"
         )
 
 

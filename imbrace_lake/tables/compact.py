@@ -36,7 +36,7 @@ async def compact_lake(
 
     Raises:
         InputError: The package `deltalake` is missing.
-        LeaseHeld: The store ignores conditional writes, and a run or another compaction is under way.
+        LeaseHeld: The store has no conditional writes, and a run or another compaction is under way.
         StoreError: An object cannot be read or written; the message names it.
     """
     require_deltalake()

@@ -491,7 +491,7 @@ def test_a_store_that_never_answers_is_reported_in_time(
 
 
 @pytest.mark.parametrize(
-    ("note", "reported"), [("one run at a time", "one run at a time"), (None, "ignores conditional writes")]
+    ("note", "reported"), [("one run at a time", "one run at a time"), (None, "has no conditional writes")]
 )
 def test_a_store_without_conditional_writes_is_noted(
     note: str | None, reported: str, box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

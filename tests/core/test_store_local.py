@@ -58,6 +58,7 @@ def test_a_path_and_a_file_url_name_the_same_lake(tmp_path: Path, monkeypatch: p
         ("s3://[bucket/a", "is not a URL"),
         ("s3:/bucket/a", "begins with s3:, which is not a folder: write s3://bucket/prefix"),
         ("s3//bucket/a", "begins with s3//, which is not a folder"),
+        ("az:/container/a", "begins with az:, which is not a folder: write az://bucket/prefix"),
         ("arn:aws:s3:::bucket/a", "begins with arn:, which is not a folder"),
         ("s3://bucket/a ", "begins or ends with a space"),
     ],

@@ -616,5 +616,5 @@ def test_a_store_that_supports_one_run_at_a_time_has_no_shards(
 ) -> None:
     monkeypatch.setattr("imbrace_lake.store.lease.SETTLE_SECONDS", 0.0)
 
-    with pytest.raises(InputError, match="ignores conditional writes"):
+    with pytest.raises(InputError, match="has no conditional writes"):
         in_run("memory://lone", lambda run: needs_shards(run, load_settings(shard_size=5), 6))

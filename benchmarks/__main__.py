@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.comparison import Size, compare, moving_table, run_checked, speed_table
-from benchmarks.contenders import IMPORT, NAMES, SCRIPT, open_contenders
+from benchmarks.competitors import IMPORT, NAMES, SCRIPT, open_competitors
 from benchmarks.environment import end_on_sigterm, machine, open_store
 from benchmarks.gateway import fake_gateway
 from benchmarks.revisions import open_revisions
-from benchmarks.runner import Contender
+from benchmarks.runner import Competitor
 from benchmarks.script import IN_FLIGHT
 
-CONTENDERS = ("script", "script-nine", "core", "flow")
-WHOLE_CONTENDERS = ("script", "core", "export", "import")
+COMPETITORS = ("script", "script-nine", "core", "flow")
+WHOLE_COMPETITORS = ("script", "core", "export", "import")
 # Three pages per conversation, and something moves before each page.
 MOVING: dict[str, Any] = {"conversations": 30, "messages_mean": 300.0}
 MOVEMENTS = {"messages arrive": {"churn_inserts": 1.0}, "messages are deleted": {"churn_deletes": 1.0}}
@@ -27,21 +27,21 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.whole |= bool(arguments.against)
     arguments.baselines = [arguments.against] if arguments.against else [SCRIPT, IMPORT]
-    names = arguments.contenders or (WHOLE_CONTENDERS if arguments.whole else CONTENDERS)
+    names = arguments.competitors or (WHOLE_COMPETITORS if arguments.whole else COMPETITORS)
     if not arguments.whole and (whole := {"export", "import"} & set(names)):
         parser.error(f"{whole.pop()} is measured only with --whole")
     end_on_sigterm()
-    with open_revisions(arguments.against) if arguments.against else open_contenders(names) as contenders:
+    with open_revisions(arguments.against) if arguments.against else open_competitors(names) as competitors:
         print(machine(), flush=True)
         if arguments.moving:
-            _move(contenders)
+            _move(competitors)
             return
         for store in arguments.stores:
             with open_store(store) as address:
                 for conversations in arguments.conversations:
                     for latency in arguments.latency:
                         size = Size(conversations, arguments.messages, latency)
-                        _compare(contenders, size, address, arguments)
+                        _compare(competitors, size, address, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, meaning: str, **options: Any) -> None:
         parser.add_argument(name, help=meaning, **options)
 
-    add("--contenders", ", ".join(NAMES), nargs="+", choices=NAMES, metavar="NAME")
+    add("--competitors", ", ".join(NAMES), nargs="+", choices=NAMES, metavar="NAME")
+    # The name in earlier releases.
+    add("--contenders", argparse.SUPPRESS, dest="competitors", nargs="+", choices=NAMES)
     add("--conversations", "default: 1000", nargs="+", type=int, default=[1_000], metavar="N")
     add("--messages", "mean per conversation; default: 108", type=float, default=108.0, metavar="N")
     add("--latency", "milliseconds per answer", nargs="+", type=float, default=[0.0], metavar="MS")
@@ -62,25 +64,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _compare(contenders: Sequence[Contender], size: Size, store: str, arguments: argparse.Namespace) -> None:
-    rounds = compare(contenders, size, store, arguments.rounds, is_whole=arguments.whole)
+def _compare(
+    competitors: Sequence[Competitor], size: Size, store: str, arguments: argparse.Namespace
+) -> None:
+    rounds = compare(competitors, size, store, arguments.rounds, is_whole=arguments.whole)
     print(f"\n{speed_table(rounds, size.conversations, arguments.baselines)}", flush=True)
     requests = min((one.requests for one in rounds if one.requests), default=0)
     if seconds := requests * size.latency_milliseconds / 1_000 / IN_FLIGHT:
         print(f"\nThe latency alone takes {seconds:.2f} s, with {IN_FLIGHT} requests in flight.", flush=True)
 
 
-def _move(contenders: Sequence[Contender]) -> None:
-    """Let each contender read lists that move; each has a new fake gateway, because moved lists stay so."""
+def _move(competitors: Sequence[Competitor]) -> None:
+    """Let each competitor read lists that move; each has a new fake gateway, because moved lists stay so."""
     found = {}
     with open_store("local") as store:
         for movement, churn in MOVEMENTS.items():
             rounds = []
-            for contender in contenders:
+            for competitor in competitors:
                 with fake_gateway(**MOVING, **churn) as gateway:
                     messages = len(gateway.message_ids)
-                    rounds.append(run_checked(contender, gateway, store, is_moving=True))
-                print(f"{movement}: {contender.name}: {rounds[-1].result}", flush=True)
+                    rounds.append(run_checked(competitor, gateway, store, is_moving=True))
+                print(f"{movement}: {competitor.name}: {rounds[-1].result}", flush=True)
             found[movement] = rounds
     print(
         f"\n{MOVING['conversations']} conversations, {messages:,} messages at first,"

@@ -1,4 +1,4 @@
-"""Rounds of several contenders that take turns, and the tables of the results."""
+"""Rounds of several competitors that take turns, and the tables of the results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from benchmarks.environment import new_lake
 from benchmarks.expected import Expected
 from benchmarks.gateway import FakeGateway, fake_gateway
-from benchmarks.runner import Contender, Round, check, run
+from benchmarks.runner import Competitor, Round, check, run
 
 WARM_UP_CONVERSATIONS = 20
 
@@ -24,13 +24,13 @@ class Size:
 
 
 def compare(
-    contenders: Sequence[Contender], size: Size, store: str, rounds: int, *, is_whole: bool
+    competitors: Sequence[Competitor], size: Size, store: str, rounds: int, *, is_whole: bool
 ) -> list[Round]:
     """Run all rounds of one size, and print each."""
     # The warm-up compiles modules, starts Prefect's server and fills the disk's cache.
     with fake_gateway(conversations=min(WARM_UP_CONVERSATIONS, size.conversations)) as gateway:
-        for contender in contenders:
-            run_checked(contender, gateway, store, is_whole=is_whole)
+        for competitor in competitors:
+            run_checked(competitor, gateway, store, is_whole=is_whole)
     with fake_gateway(
         conversations=size.conversations,
         messages_mean=size.messages,
@@ -45,15 +45,15 @@ def compare(
         )
         results = []
         for number in range(1, rounds + 1):
-            for contender in contenders:
-                one = run_checked(contender, gateway, store, is_whole=is_whole)
+            for competitor in competitors:
+                one = run_checked(competitor, gateway, store, is_whole=is_whole)
                 results.append(one)
                 print(f"{number:>4}  {one.name:<20} {one.metrics.seconds:7.2f} s  {one.result}", flush=True)
     return results
 
 
 def run_checked(
-    contender: Contender,
+    competitor: Competitor,
     gateway: FakeGateway,
     store: str,
     *,
@@ -62,14 +62,14 @@ def run_checked(
 ) -> Round:
     """Run one round into a new lake, and compare the result with what the gateway served."""
     lake = new_lake(store)
-    one = run(contender, gateway, lake, is_whole=is_whole)
+    one = run(competitor, gateway, lake, is_whole=is_whole)
     before = gateway.message_ids
     expected = Expected.moved(before, gateway.ids_now()) if is_moving else Expected.unmoved(before)
-    return replace(one, verdict=check(contender, lake, expected))
+    return replace(one, verdict=check(competitor, lake, expected))
 
 
 def speed_table(rounds: Sequence[Round], conversations: int, baselines: Sequence[str]) -> str:
-    """Return the medians of all contenders, with ratios of time to each baseline that took part.
+    """Return the medians of all competitors, with ratios of time to each baseline that took part.
 
     For the first of these baselines, ratios of CPU time and memory are included too.
     """
@@ -97,7 +97,7 @@ def speed_table(rounds: Sequence[Round], conversations: int, baselines: Sequence
 
 
 def moving_table(movements: Mapping[str, Sequence[Round]]) -> str:
-    """Return the results of all contenders for lists that moved, one column per movement."""
+    """Return the results of all competitors for lists that moved, one column per movement."""
     columns = [_by_name(rounds) for rounds in movements.values()]
     lines = [_line(["", *movements]), _line(["---"] * (len(movements) + 1))]
     lines += [_line([name, *(_results(column[name]) for column in columns)]) for name in columns[0]]

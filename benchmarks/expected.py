@@ -1,4 +1,4 @@
-"""The messages that the fake gateway serves, compared with those that a contender wrote."""
+"""The messages that the fake gateway serves, compared with those that a competitor wrote."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def read_ids(url: str, column: str, *, is_lake: bool) -> pa.ChunkedArray:
     Raises:
         ValueError: The files have other columns than the lake.
     """
-    # A cached listing would not show what a contender has added since.
+    # A cached listing would not show what a competitor has added since.
     files, path = fsspec.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False)
     if not files.exists(path):
         return as_ids([])

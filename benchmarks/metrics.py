@@ -1,6 +1,6 @@
-"""The job of a contender, and how it measures its own work.
+"""The job of a competitor, and how it measures its own work.
 
-This module imports only the standard library, because contenders with a separate environment use it too.
+This module imports only the standard library, because competitors with a separate environment use it too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SUCCESS = "success"
 class Job:
     """Export all conversations of the phone numbers in a file; `lake` is a folder or a bucket's URL.
 
-    A contender gets its job as `imbrace-lake export` does: the environment has all but the file, whose
+    A competitor gets its job as `imbrace-lake export` does: the environment has all but the file, whose
     path is the last argument.
     """
 
@@ -53,12 +53,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """What a contender reports about its work.
+    """What a competitor reports about its work.
 
     Attributes:
         seconds: Without the interpreter's start and without imports.
         cpu_seconds: Of all its processes, in that time.
-        outcome: ``success``, or the other outcome that the contender reports.
+        outcome: ``success``, or the other outcome that the competitor reports.
     """
 
     seconds: float
@@ -66,7 +66,7 @@ class Metrics:
     outcome: str = SUCCESS
 
     def print(self) -> None:
-        """Print one line of JSON, the last line that a contender prints."""
+        """Print one line of JSON, the last line that a competitor prints."""
         print(json.dumps(asdict(self)), flush=True)
 
 

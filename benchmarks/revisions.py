@@ -1,4 +1,4 @@
-"""This working tree and a git revision as contenders.
+"""This working tree and a git revision as competitors.
 
 Each side gets a new environment from its own `uv.lock`, and its own Prefect server. A round is a whole
 process of `imbrace-lake export`, so that any two revisions can be compared.
@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.contenders import export
+from benchmarks.competitors import export
 from benchmarks.environment import PROJECT, prefect_home
-from benchmarks.runner import Contender
+from benchmarks.runner import Competitor
 
 GIT = ("git", "-C", str(PROJECT))
 
 
 @contextmanager
-def open_revisions(revision: str) -> Iterator[list[Contender]]:
+def open_revisions(revision: str) -> Iterator[list[Competitor]]:
     """Yield the revision and this working tree, both installed."""
     with (
         checked_out(revision) as tree,
@@ -44,8 +44,8 @@ def checked_out(revision: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _installed(name: str, tree: Path) -> Iterator[Contender]:
-    """Install a tree into a new environment, and yield its command line as a contender."""
+def _installed(name: str, tree: Path) -> Iterator[Competitor]:
+    """Install a tree into a new environment, and yield its command line as a competitor."""
     with tempfile.TemporaryDirectory(prefix="benchmark-environment-") as environment:
         _run(
             str(PROJECT / ".uv/bin/uv"), "sync", "--quiet", "--locked", "--no-dev", "--compile-bytecode",

@@ -1,6 +1,6 @@
-"""Runs a contender on the fake gateway, and measures and checks what it did.
+"""Runs a competitor on the fake gateway, and measures and checks what it did.
 
-A contender is any command that finds a `Job` in its environment and in its last argument. It ends with its
+A competitor is any command that finds a `Job` in its environment and in its last argument. It ends with its
 `Metrics` as the last line of its standard output, unless it is measured as a whole process.
 """
 
@@ -21,12 +21,12 @@ from benchmarks.gateway import FakeGateway
 from benchmarks.memory import watched
 from benchmarks.metrics import SUCCESS, Job, Metrics, cpu_seconds
 
-# Often enough for a peak, which the system keeps, and rarely enough to take no time from the contender.
+# Often enough for a peak, which the system keeps, and rarely enough to take no time from the competitor.
 WATCH_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
+class Competitor:
     """A command, and the messages that it leaves in the lake.
 
     Attributes:
@@ -52,7 +52,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One run of a contender: its metrics, the memory of its processes, and the requests it sent."""
+    """One run of a competitor: its metrics, the memory of its processes, and the requests it sent."""
 
     name: str
     metrics: Metrics
@@ -62,41 +62,41 @@ class Round:
 
     @property
     def result(self) -> str:
-        """The verdict, with the outcome that the contender reported if that differs."""
+        """The verdict, with the outcome that the competitor reported if that differs."""
         if self.verdict is None:
             return ""
         is_right = self.verdict.is_complete == (self.metrics.outcome == SUCCESS)
         return str(self.verdict) if is_right else f"{self.verdict}, and it reported {self.metrics.outcome}"
 
 
-def run(contender: Contender, gateway: FakeGateway, lake: str, *, is_whole: bool = False) -> Round:
-    """Let a contender do its job in a new process.
+def run(competitor: Competitor, gateway: FakeGateway, lake: str, *, is_whole: bool = False) -> Round:
+    """Let a competitor do its job in a new process.
 
     Args:
-        contender: Who.
+        competitor: Who.
         gateway: What it reads.
         lake: What it writes into: a folder or a bucket's URL.
         is_whole: Measure the whole process, with the interpreter's start and all imports.
 
     Raises:
-        SystemExit: The contender ended with a status other than 0.
+        SystemExit: The competitor ended with a status other than 0.
     """
     gateway.count_requests()
     with tempfile.TemporaryDirectory(prefix="benchmark-job-") as folder:
         phones = Path(folder, "phones.txt")
         phones.write_text("\n".join(gateway.phones))
         job = Job(gateway.url, gateway.token, gateway.organization, lake, str(phones))
-        environment = {**os.environ, **job.environment, **contender.environment}
+        environment = {**os.environ, **job.environment, **competitor.environment}
         # With it, every process would compile its modules again.
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         began, cpu = time.monotonic(), cpu_seconds()
         with (
             subprocess.Popen(
-                [*contender.command, job.phones],
+                [*competitor.command, job.phones],
                 stdout=subprocess.PIPE,
                 text=True,
                 # Processes of another revision must not find this project's packages in their folder.
-                cwd="/" if contender.needs_whole else PROJECT,
+                cwd="/" if competitor.needs_whole else PROJECT,
                 env=environment,
             ) as process,
             watched(process.pid, WATCH_SECONDS) as peaks,
@@ -104,17 +104,17 @@ def run(contender: Contender, gateway: FakeGateway, lake: str, *, is_whole: bool
             output, _ = process.communicate()
             whole = Metrics(time.monotonic() - began, cpu_seconds() - cpu)
     if process.returncode:
-        raise SystemExit(f"{contender.name} ended with status {process.returncode}")
-    is_whole = is_whole or contender.needs_whole
+        raise SystemExit(f"{competitor.name} ended with status {process.returncode}")
+    is_whole = is_whole or competitor.needs_whole
     metrics = whole if is_whole else Metrics(**json.loads(output.splitlines()[-1]))
-    return Round(contender.name, metrics, peaks.together_bytes, gateway.count_requests())
+    return Round(competitor.name, metrics, peaks.together_bytes, gateway.count_requests())
 
 
-def check(contender: Contender, lake: str, expected: Expected) -> Verdict | None:
-    """Compare the messages that a contender wrote with those that the gateway served."""
-    if contender.messages is None:
+def check(competitor: Competitor, lake: str, expected: Expected) -> Verdict | None:
+    """Compare the messages that a competitor wrote with those that the gateway served."""
+    if competitor.messages is None:
         return None
     found = read_ids(
-        f"{lake}/{contender.messages}".rstrip("/"), contender.message_id, is_lake=contender.is_lake
+        f"{lake}/{competitor.messages}".rstrip("/"), competitor.message_id, is_lake=competitor.is_lake
     )
     return judge(found, expected)

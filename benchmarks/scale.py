@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from benchmarks.contenders import open_contenders
+from benchmarks.competitors import open_competitors
 from benchmarks.environment import end_on_sigterm, machine, new_lake, open_store
 from benchmarks.expected import Expected, as_ids
 from benchmarks.gateway import FakeGateway, fake_gateway
-from benchmarks.runner import Contender, Round, check, run
+from benchmarks.runner import Competitor, Round, check, run
 
 STEPS = ("first", "idle", "changed")
 STORES = ("local", "seaweed")
@@ -49,7 +49,7 @@ def main() -> None:
     arguments = _arguments()
     end_on_sigterm()
     print(f"{machine()}; {arguments.messages:g} messages per conversation on average\n\n{HEADER}", flush=True)
-    with open_contenders(["flow"]) as (flow,):
+    with open_competitors(["flow"]) as (flow,):
         for name in arguments.stores:
             with open_store(name) as store:
                 _warm_up(flow, store)
@@ -87,7 +87,7 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _warm_up(flow: Contender, store: str) -> None:
+def _warm_up(flow: Competitor, store: str) -> None:
     lake = new_lake(store)
     with fake_gateway(conversations=WARM_UP_CONVERSATIONS) as gateway:
         run(flow, gateway, lake)
@@ -95,7 +95,7 @@ def _warm_up(flow: Contender, store: str) -> None:
 
 
 def _runs(
-    flow: Contender, store: str, lake: str, conversations: int, arguments: argparse.Namespace
+    flow: Competitor, store: str, lake: str, conversations: int, arguments: argparse.Namespace
 ) -> Iterator[Row]:
     """Run the steps on one fake gateway and one lake."""
     options = {"conversations": conversations, "messages_mean": arguments.messages, "sizes": arguments.long}

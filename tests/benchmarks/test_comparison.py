@@ -1,4 +1,4 @@
-"""The tables of a comparison show medians, ratios, and every fault of a contender."""
+"""The tables of a comparison show medians, ratios, and every fault of a competitor."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_without_a_baseline_there_is_no_ratio() -> None:
         (COMPLETE, "partial", "complete, and it reported partial"),
     ],
 )
-def test_the_outcome_that_a_contender_reported_is_shown_where_it_is_wrong(
+def test_the_outcome_that_a_competitor_reported_is_shown_where_it_is_wrong(
     verdict: Verdict, outcome: str, expected: str
 ) -> None:
     assert one_round("dlt", verdict=verdict, outcome=outcome).result == expected

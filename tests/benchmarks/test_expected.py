@@ -1,4 +1,4 @@
-"""A contender that lost, doubled or invented a message does not count as complete."""
+"""A competitor that lost, doubled or invented a message does not count as complete."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.expected import Expected, as_ids, judge, read_ids
 from benchmarks.gateway import fake_gateway
-from benchmarks.runner import Contender, check
+from benchmarks.runner import Competitor, check
 
 SERVED = Expected.unmoved(as_ids(["m1", "m2", "m3"]))
 
@@ -62,7 +62,7 @@ def test_files_without_the_lakes_columns_are_rejected(tmp_path: Path) -> None:
     pq.write_table(pa.table({"message_id": ["m1"]}), tmp_path / "part.parquet")
 
     with pytest.raises(ValueError, match="other columns"):
-        check(Contender("some", ()), str(tmp_path), SERVED)
+        check(Competitor("some", ()), str(tmp_path), SERVED)
 
 
 @pytest.mark.slow

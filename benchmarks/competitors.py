@@ -9,48 +9,48 @@ from pathlib import Path
 
 from benchmarks.environment import prefect_home
 from benchmarks.peers import peers_python
-from benchmarks.runner import Contender
+from benchmarks.runner import Competitor
 
 SCRIPT, IMPORT = "script", "import prefect"
 COMMAND = Path(sys.executable).with_name("imbrace-lake")
 
 
-def script(name: str, *options: str, is_lake: bool = True) -> Contender:
+def script(name: str, *options: str, is_lake: bool = True) -> Competitor:
     """The inline script."""
-    return Contender(name, (sys.executable, "-m", "benchmarks.script", *options), is_lake=is_lake)
+    return Competitor(name, (sys.executable, "-m", "benchmarks.script", *options), is_lake=is_lake)
 
 
-def core() -> Contender:
+def core() -> Competitor:
     """The export without an orchestrator."""
     command = (sys.executable, "-m", "benchmarks.flow", "--without-prefect")
-    return Contender("core, no Prefect", command, "messages")
+    return Competitor("core, no Prefect", command, "messages")
 
 
-def flow(variables: dict[str, str]) -> Contender:
+def flow(variables: dict[str, str]) -> Competitor:
     """The flow, on a warm Prefect server."""
-    return Contender("flow", (sys.executable, "-m", "benchmarks.flow"), "messages", environment=variables)
+    return Competitor("flow", (sys.executable, "-m", "benchmarks.flow"), "messages", environment=variables)
 
 
 def export(
     variables: dict[str, str], name: str = "imbrace-lake export", command: Path = COMMAND
-) -> Contender:
+) -> Competitor:
     """The command line, on a warm Prefect server."""
-    return Contender(
+    return Competitor(
         name, (str(command), "export", "--phones"), "messages", environment=variables, needs_whole=True
     )
 
 
-def _import_prefect() -> Contender:
-    return Contender(IMPORT, (sys.executable, "-c", "import prefect"), None, needs_whole=True)
+def _import_prefect() -> Competitor:
+    return Competitor(IMPORT, (sys.executable, "-c", "import prefect"), None, needs_whole=True)
 
 
-def _peer(name: str, module: str, messages: str, *options: str) -> Contender:
+def _peer(name: str, module: str, messages: str, *options: str) -> Competitor:
     command = (peers_python(), "-m", f"benchmarks.peers.{module}", *options)
-    return Contender(name, command, messages, "_id", is_lake=False)
+    return Competitor(name, command, messages, "_id", is_lake=False)
 
 
 _WITH_SERVER = {"flow": flow, "export": export}
-_ALONE: dict[str, Callable[[], Contender]] = {
+_ALONE: dict[str, Callable[[], Competitor]] = {
     "script": lambda: script(SCRIPT),
     "script-nine": lambda: script("script, nine columns", "--nine", is_lake=False),
     "script-fsync": lambda: script("script, fsync", "--fsync"),
@@ -64,8 +64,8 @@ NAMES = (*_ALONE, *_WITH_SERVER)
 
 
 @contextmanager
-def open_contenders(names: Sequence[str]) -> Iterator[list[Contender]]:
-    """Yield the contenders of these names; those that need a Prefect server share one."""
+def open_competitors(names: Sequence[str]) -> Iterator[list[Competitor]]:
+    """Yield the competitors of these names; those that need a Prefect server share one."""
     with ExitStack() as opened:
         if set(names) & _WITH_SERVER.keys():
             variables = opened.enter_context(prefect_home(COMMAND))

@@ -1,4 +1,4 @@
-"""Contenders do the job they are compared by, and are measured."""
+"""Competitors do the job they are compared by, and are measured."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pyarrow.dataset as ds
 import pytest
 
 from benchmarks.comparison import run_checked
-from benchmarks.contenders import core, open_contenders, script
+from benchmarks.competitors import core, open_competitors, script
 from benchmarks.expected import Expected
 from benchmarks.gateway import FakeGateway, fake_gateway
 from benchmarks.peers import peers_python
 from benchmarks.revisions import checked_out
-from benchmarks.runner import Contender, check, run
+from benchmarks.runner import Competitor, check, run
 from tests.acceptance.scale import IS_FULL
 
 pytestmark = pytest.mark.slow
@@ -31,12 +31,12 @@ def gateway() -> Iterator[FakeGateway]:
 
 
 @pytest.mark.parametrize("is_whole", [False, True] if IS_FULL else [True])
-def test_a_contender_exports_every_message_and_its_cost_is_measured(
+def test_a_competitor_exports_every_message_and_its_cost_is_measured(
     gateway: FakeGateway, tmp_path: Path, *, is_whole: bool
 ) -> None:
     names = ["script", "script-nine", "script-fsync", "core"]
-    with open_contenders(names) as contenders:
-        rounds = [run_checked(each, gateway, str(tmp_path), is_whole=is_whole) for each in contenders]
+    with open_competitors(names) as competitors:
+        rounds = [run_checked(each, gateway, str(tmp_path), is_whole=is_whole) for each in competitors]
 
     assert [each.result for each in rounds] == ["complete"] * len(names)
     # One for the numbers, one per page.
@@ -48,8 +48,8 @@ def test_a_contender_exports_every_message_and_its_cost_is_measured(
 
 
 def test_the_script_writes_the_rows_of_the_lake(gateway: FakeGateway, tmp_path: Path) -> None:
-    for contender in (script("script"), core()):
-        run(contender, gateway, str(tmp_path / contender.name))
+    for competitor in (script("script"), core()):
+        run(competitor, gateway, str(tmp_path / competitor.name))
 
     ours, theirs = (
         ds.dataset(tmp_path / folder, format="parquet", partitioning=None).to_table().drop_columns(OWN)
@@ -63,7 +63,7 @@ def test_the_script_writes_the_rows_of_the_lake(gateway: FakeGateway, tmp_path: 
 def test_a_command_that_exports_nothing_is_measured_and_has_no_verdict(
     gateway: FakeGateway, tmp_path: Path
 ) -> None:
-    nothing = Contender("nothing", (sys.executable, "-c", "pass"), None, needs_whole=True)
+    nothing = Competitor("nothing", (sys.executable, "-c", "pass"), None, needs_whole=True)
 
     served = Expected.unmoved(gateway.message_ids)
 
@@ -73,8 +73,8 @@ def test_a_command_that_exports_nothing_is_measured_and_has_no_verdict(
     assert one.metrics.seconds > 0
 
 
-def test_a_contender_that_fails_ends_the_benchmark(gateway: FakeGateway, tmp_path: Path) -> None:
-    failing = Contender("failing", (sys.executable, "-c", "raise SystemExit(7)"))
+def test_a_competitor_that_fails_ends_the_benchmark(gateway: FakeGateway, tmp_path: Path) -> None:
+    failing = Competitor("failing", (sys.executable, "-c", "raise SystemExit(7)"))
 
     with pytest.raises(SystemExit, match="failing ended with status 7"):
         run(failing, gateway, str(tmp_path))

@@ -80,17 +80,18 @@ def tuned_process(allocator: str = "system") -> Iterator[None]:
     is_jemalloc = pa.default_memory_pool().backend_name == "jemalloc"
     if is_jemalloc:
         pa.jemalloc_set_decay_ms(_KEPT_MS)
-    # A full garbage collection of the objects that are loaded by now takes 0.1 s.
-    is_frozen = gc.get_freeze_count() > 0
-    gc.freeze()
+    # A full garbage collection of the objects that are loaded by now takes 0.1 s. What the process itself has
+    # frozen stays as it is, because the collector cannot give back only ours.
+    is_ours = gc.get_freeze_count() == 0
+    if is_ours:
+        gc.freeze()
     threshold = gc.get_threshold()
     gc.set_threshold(*_COLLECT_AFTER)
     try:
         yield
     finally:
         gc.set_threshold(*threshold)
-        # The collector has no way to give back only some of the objects.
-        if not is_frozen:
+        if is_ours:
             gc.unfreeze()
         if is_jemalloc:
             pa.jemalloc_set_decay_ms(_ARROWS_KEPT_MS)

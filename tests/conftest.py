@@ -120,7 +120,7 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture
 def unfrozen() -> Iterator[None]:
-    """Let the collector have these objects, for tests that look at what it has."""
+    """Unfreeze what `pytest_collection_finish` has frozen, for tests that count frozen objects."""
     gc.unfreeze()
     yield
     gc.freeze()

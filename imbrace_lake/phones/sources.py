@@ -130,7 +130,7 @@ def find_files(source: str | Path, schemes: Collection[str] = ()) -> tuple[list[
 
     Raises:
         UsageError: The scheme is not allowed, or the address is a chain of file systems (``a::b``).
-        InputError: There is no file.
+        InputError: No file exists.
         OSError: The address cannot be read.
     """
     source = _renamed.get(str(source), source)
@@ -214,7 +214,7 @@ def _listed(
     """Separate the files to read from those to skip; entries are path, name below the folder and bytes.
 
     Raises:
-        InputError: There is no file, or an entry without a size, which is not a file.
+        InputError: No file exists, or an entry has no size, so it is not a file.
     """
     files: list[SourceFile] = []
     skipped: list[str] = []

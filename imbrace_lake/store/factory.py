@@ -30,12 +30,7 @@ def open_store(url: str, options: StoreOptions | None = None) -> Store:
     if url != url.strip():
         raise SettingsError("the lake's URL begins or ends with a space or a line break: leave it out")
     if "://" not in url:
-        if found := re.match(r"(s3a?|gc?s|az|adl|abfss?|https?)(:|//)|arn:", url.strip(), re.IGNORECASE):
-            scheme = "s3" if found[1] is None or found[1].lower().startswith("http") else found[1].lower()
-            raise SettingsError(
-                f"the lake's address begins with {found[0]}, which is not a folder: write"
-                f" {scheme}://bucket/prefix"
-            )
+        _reject_schemes(url)
         return LocalStore(Path(os.path.abspath(Path(url).expanduser())))  # noqa: PTH100
     if "::" in url:
         raise SettingsError("a lake's URL cannot be a chain of file systems ('::'): name the store alone")
@@ -54,6 +49,24 @@ def open_store(url: str, options: StoreOptions | None = None) -> Store:
     from imbrace_lake.store.fsspec_store import FsspecStore
 
     return FsspecStore(url)
+
+
+def _reject_schemes(path: str) -> None:
+    """Reject a path that begins like a URL: it would become a folder of that name."""
+    if ":" not in path and "//" not in path:
+        return
+    # Imported late: it takes 20 ms.
+    from fsspec import available_protocols
+
+    found = re.match(r"([a-z][a-z0-9+.-]+):|(s3a?|gc?s|az|adl|abfss?|https?)//", path, re.IGNORECASE)
+    scheme = (found[1] or found[2]).lower() if found else ""
+    if found is None or (scheme != "arn" and scheme not in available_protocols()):
+        return
+    if scheme in ("file", "local"):
+        advice = "the path alone, such as /data/lake"
+    else:
+        advice = f"{'s3' if scheme in ('arn', 'http', 'https') else scheme}://bucket/prefix"
+    raise SettingsError(f"the lake's address begins with {found[0]}, which is not a folder: write {advice}")
 
 
 def _split(url: str) -> SplitResult:

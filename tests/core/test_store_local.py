@@ -59,6 +59,15 @@ def test_a_path_and_a_file_url_name_the_same_lake(tmp_path: Path, monkeypatch: p
         ("s3:/bucket/a", "begins with s3:, which is not a folder: write s3://bucket/prefix"),
         ("s3//bucket/a", "begins with s3//, which is not a folder"),
         ("az:/container/a", "begins with az:, which is not a folder: write az://bucket/prefix"),
+        ("OSS:bucket", "begins with OSS:, which is not a folder: write oss://bucket/prefix"),
+        (
+            "file:/data/lake",
+            "begins with file:, which is not a folder: write the path alone, such as /data/lake",
+        ),
+        (
+            "https:/bucket.s3.amazonaws.com",
+            "begins with https:, which is not a folder: write s3://bucket/prefix",
+        ),
         ("arn:aws:s3:::bucket/a", "begins with arn:, which is not a folder"),
         ("s3://bucket/a ", "begins or ends with a space"),
     ],
